@@ -112,12 +112,12 @@ def calibrate(given: CalibrateOptions) -> None:
         longest = settings.max_sequence_length
         prompts, remarks = prompt_check.distinct(model, _prompts(given, model), longest)
         for remark in remarks if not given.as_json else ():
-            say(remark, style="yellow")
+            say(remark, kind="note")
         clips = _clips(prompts, settings)
         _check_numbers(settings, speedups)
         if len(clips) < ENOUGH and not given.as_json:
             given_ones = counted(len(clips), "prompt")
-            say(f"{given_ones}: predictions are rough with fewer than {ENOUGH}", style="yellow")
+            say(f"{given_ones}: predictions are rough with fewer than {ENOUGH}", kind="note")
         pipe = load(model, settings.setup, device=device, dtype=dtype)
         before = planned_from(pipe, settings)
         out = given.output or _in_cache(pipe, given)
@@ -270,19 +270,19 @@ def _measure(
     except NotLinearError as error:
         raise RunFailed(str(error)) from error
     if not given.as_json:
-        say(f"{calibration.ended}; cost {calibration.cost:.1f} uncached runs", style="cyan")
+        say(f"{calibration.ended}; cost {calibration.cost:.1f} uncached runs", kind="plan")
     return profile
 
 
 def _keep(profile: Profile | None, out: Path, model: str) -> None:
     """Save what an interrupted calibration has, and say whether it can be used."""
     if profile is None:
-        say("there is no profile yet", style="yellow")
+        say("there is no profile yet", kind="note")
         return
     _save(profile, out, model)
     number = len(profile.candidates[0].psnr_db) if profile.candidates else 0
     of = counted(number, "clip") if number else "only inner products"
-    say(f"{out} can be used: it is the profile of the work done so far, {of}", style="yellow")
+    say(f"{out} can be used: it is the profile of the work done so far, {of}", kind="note")
 
 
 @contextlib.contextmanager
@@ -317,7 +317,7 @@ def _say_estimate(estimate: Estimate, *, plans: int) -> None:
         + (f", and probes cost {estimate.first_runs:.1f}" if estimate.first_runs else "")
         + f". So there will be up to {counted(estimate.most_clips, 'clip')}"
         + (f"; {estimate.clips} if errors must be probed" if fewer else ""),
-        style="cyan",
+        kind="plan",
     )
 
 

@@ -65,7 +65,7 @@ def evaluate(given: EvaluateOptions) -> None:
         _work(store, spec, model, device, given)
         scored = rescore(store, spec, again=given.rescore)
         if scored and not given.as_json:
-            say(f"{scored} clips scored again", style="yellow")
+            say(f"{scored} clips scored again", kind="note")
         if given.ranking:
             _rank(store, spec, quiet=given.as_json)
         _show(store, spec, given)
@@ -89,7 +89,7 @@ def _work(
     jobs = spec.jobs()
     done = sum(store.done(job.id) for job in jobs)
     if done and not given.as_json:
-        say(f"{done} of {len(jobs)} clips are there already", style="yellow")
+        say(f"{done} of {len(jobs)} clips are there already", kind="note")
     with clips_bar(len(jobs), done, quiet=given.as_json) as advance:
         if given.backend == "ray":
             groups = [g for g in spec.groups() if not all(store.done(job.id) for job in g)]

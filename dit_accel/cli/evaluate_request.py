@@ -95,7 +95,7 @@ def spec_of(
         model, read_prompts("PROMPTS", given.prompts, given.limit), settings.max_sequence_length
     )
     for remark in remarks if not given.as_json else ():
-        say(remark, style="yellow")
+        say(remark, kind="note")
     fingerprint = jobs.fingerprint(model.folder, settings.setup)
     return jobs.EvaluationSpec(
         model=jobs.ModelSpec(model.name, settings.pipeline, fingerprint),

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from dit_accel.layout import Layout
     from dit_accel.models.folder import LoadableModel
 
-
-REMARK_STYLE = "yellow"
 FEW = "{steps}: below {least}, reuse gains nothing; the summary shows where the time goes"
 
 
@@ -81,7 +79,7 @@ def _many(request: Request, source: Path) -> None:
         todo = batch.open_ones(clips, overwrite=request.overwrite)
         if (len(todo) < len(clips) or request.dry_run) and not request.as_json:
             there = f"{len(clips) - len(todo)} of {len(clips)} clips are there already"
-            say(there, style=REMARK_STYLE)
+            say(there, kind="note")
         if request.dry_run or todo:
             needed = _say_memory(request, model, settings)
         if request.dry_run:
@@ -102,11 +100,8 @@ def _many(request: Request, source: Path) -> None:
                     summary.show_clip(clip.files, content)
         finally:
             if left:
-                done = len(clips) - left
-                say(
-                    f"{done} of {len(clips)} clips are done; run it again to continue",
-                    style=REMARK_STYLE,
-                )
+                done = f"{len(clips) - left} of {len(clips)} clips are done"
+                say(f"{done}; run it again to continue", kind="note")
     if todo and not request.as_json:
         summary.show_stages(stages)
     if request.as_json:
@@ -151,7 +146,7 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
         read_profile(request.profile)
     if settings.loop_steps < MIN_PLANNED_STEPS and not request.as_json:
         steps = counted(settings.loop_steps, "step")
-        say(FEW.format(steps=steps, least=MIN_PLANNED_STEPS), style=REMARK_STYLE)
+        say(FEW.format(steps=steps, least=MIN_PLANNED_STEPS), kind="note")
     return model, settings
 
 
@@ -171,9 +166,9 @@ def _say_memory(request: Request, model: LoadableModel, settings: Settings) -> d
 
         show_plan(settings, memory.rows(found, settings))
     elif not request.as_json:
-        say(memory.announcement(found, settings), style="blue")
+        say(memory.announcement(found, settings), kind="memory")
     if lacking and not request.as_json:
-        say(lacking, style=REMARK_STYLE)
+        say(lacking, kind="note")
     return content
 
 
@@ -199,9 +194,9 @@ def _run(
     settings = target.settings
     run.check_accepted(pipe, settings)
     for remark in (*target.remarks, *prompt_check.remarks(pipe, settings)):
-        say(remark, style=REMARK_STYLE)
+        say(remark, kind="note")
     if target.choice is not None and not quiet:
-        say(announcement(settings, target.choice), style="cyan")
+        say(announcement(settings, target.choice), kind="plan")
     uncached = reference = None
     if settings.compare:
         with _status("warming up", quiet=quiet):

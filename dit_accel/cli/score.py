@@ -203,7 +203,7 @@ def _show(
 
     show_scores(rows, scored, record["mean"])
     for note in dict.fromkeys(note for clip in scored for note in clip.notes):
-        say(note, style="yellow")
+        say(note, kind="note")
     for side, names in pairs.unpaired.items():
         if names:
-            say(f"left out of {side}, without a partner: {', '.join(names)}", style="yellow")
+            say(f"left out of {side}, without a partner: {', '.join(names)}", kind="note")

@@ -25,6 +25,7 @@ from dit_accel.models.folder import ModelError, ModelLoadError
 
 INTERRUPTED = "no half-written file is left"
 MOST_SIGNS = 400  # shown of an unexpected error
+_COLOURS = {"error": "bold red", "note": "yellow", "plan": "cyan", "memory": "blue"}
 RESUMABLE = "what is done is saved; run the same command again to continue"
 
 # Options of the command, by the arguments of the library.
@@ -93,10 +94,10 @@ def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterat
         with _terminable():
             yield
     except Terminated as end:
-        say(f"stopped by SIGTERM; {interrupted}", style="yellow")
+        say(f"stopped by SIGTERM; {interrupted}", kind="note")
         raise typer.Exit(128 + signal.SIGTERM) from end
     except KeyboardInterrupt as interrupt:
-        say(f"stopped by Ctrl-C; {interrupted}", style="yellow")
+        say(f"stopped by Ctrl-C; {interrupted}", kind="note")
         raise typer.Exit(130) from interrupt
     except CommandError as error:
         say(str(error))
@@ -161,14 +162,13 @@ def unreadable(
     return refused(prefix, kinds, text_of=str)
 
 
-def say(message: str, *, style: str = "bold red") -> None:
-    """Print one message on stderr. It is not wrapped and has one colour, so that it can be
-    searched."""
+def say(message: str, *, kind: str = "error") -> None:
+    """Print one message on stderr, after its kind (see `_COLOURS`). It is not wrapped, so that it
+    can be searched."""
     from rich.console import Console
     from rich.text import Text
 
-    label = {"bold red": "error", "yellow": "note", "cyan": "plan", "blue": "memory"}[style]
-    text = Text.assemble((f"{label}:", style), f" {visible(message)}")
+    text = Text.assemble((f"{kind}:", _COLOURS[kind]), f" {visible(message)}")
     Console(stderr=True).print(text, soft_wrap=True)
 
 

@@ -51,7 +51,7 @@ def find_known(
         pipe = setups.load(model, plain, device=device, dtype=dtype)
     learning = learning_of(pipe) if learn else None
     if learning is not None and learning.problem is not None:
-        say(f"what was learnt is not used: {learning.problem}", style="yellow")
+        say(f"what was learnt is not used: {learning.problem}", kind="note")
     return path or lookup.find_profile(pipe), learning
 
 
