@@ -134,7 +134,8 @@ class RunController:
             where = f"the run begins at step {begin}, and " if begin else ""
             if steps < asked_for and not begin:
                 where = f"the run is a part of {asked_for} steps, and "
-            return self._not_planned(steps, f"{where}{steps} steps are too few for a plan")
+            count = "1 step is" if steps == 1 else f"{steps} steps are"
+            return self._not_planned(steps, f"{where}{count} too few for a plan")
         reported = self._reported_weights(run)
         self._unreported = run if reported is None else None
         return self._policy(run, reported or self._weights)
