@@ -45,8 +45,9 @@ class Lora:
         return found[0] if found else self.path
 
     def __str__(self) -> str:
-        expert = f"{self.expert}=" if self.expert else ""
-        return f"{expert}{self.path}" + (f":{self.weight:g}" if self.weight != 1 else "")
+        expert, weight = f"{self.expert}=" if self.expert else "", f"{self.weight:g}"
+        weight = weight if float(weight) == self.weight else repr(self.weight)
+        return f"{expert}{self.path}" + (f":{weight}" if self.weight != 1 else "")
 
 
 def lora_of(text: str) -> Lora:

@@ -41,7 +41,7 @@ def test_worked_example(tmp_path):
     assert lora_of("C:/b.safetensors") == Lora(Path("C:/b.safetensors"), 1.0)
     assert lora_of("transformer_2=a/b.safetensors:2") == Lora(path, 2.0, "transformer_2")
     assert lora_of("x=1.safetensors") == Lora(Path("x=1.safetensors"))
-    for text in ("transformer=a.safetensors:0.5", "a.safetensors"):
+    for text in ("transformer=a.safetensors:0.5", "a.safetensors", "a.safetensors:0.12345678"):
         assert str(lora_of(text)) == text
     assert lora_of(str(tmp_path)).file == tmp_path  # a folder without one
     made = lora_file(tmp_path / "one.safetensors")
