@@ -24,6 +24,7 @@ from dit_accel.metrics.row import Metric
 from dit_accel.metrics.scoring import Score, Scorer
 
 CHUNK = 16
+SAME_RATE = 1.01  # largest ratio of two frame rates that are the same, such as 24 and 23.976
 _LISTED = 5  # names in a message, at most
 CAVEAT = (
     "both clips are {name}, which is lossy: 4:2:0 alone gives 34 to 39 dB against its "
@@ -143,7 +144,14 @@ def score_pair(
         ValueError: a file is not a complete clip, or a metric cannot score such frames.
     """
     codecs, notes = check_codecs(pair, allow_mixed=allow_mixed)
-    scorer = Scorer(rows, data_range=255, fps=video.frame_rate(pair.reference))
+    rates = [video.frame_rate(path) for path in (pair.reference, pair.test)]
+    stated = [rate for rate in rates if rate is not None]
+    if stated and max(stated) > SAME_RATE * min(stated):
+        notes.append(
+            f"{pair.reference} has {stated[0]:.4g} frames a second, {pair.test} has "
+            f"{stated[1]:.4g}; frame is compared with frame, at the reference's rate"
+        )
+    scorer = Scorer(rows, data_range=255, fps=stated[0] if stated else None)
     counts = {"reference": 0, "test": 0}
     sized: list[str] = []
     read: list[str] = []

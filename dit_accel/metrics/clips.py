@@ -23,6 +23,10 @@ class Unavailable(Exception):
     """A metric cannot be measured here; the message is the reason."""
 
 
+class TooSmall(ValueError, Unavailable):
+    """A metric needs larger frames, or more of them. Other metrics may score the clips."""
+
+
 def check_pair(
     reference: Clip, test: Clip, *, data_range: float, smallest: int = 1, fewest: int = 1
 ) -> None:
@@ -36,7 +40,8 @@ def check_pair(
         fewest: least T that the metric can score.
 
     Raises:
-        ValueError: naming the argument, its value and what is accepted.
+        ValueError: naming the argument, its value and what is accepted. It is a `TooSmall` if
+            other metrics may score the clips.
     """
     _check_clip("reference", reference, smallest)
     if reference.shape != test.shape:
@@ -45,7 +50,7 @@ def check_pair(
         )
     _check_clip("test", test, smallest)
     if len(reference) < fewest:
-        raise ValueError(f"reference has {len(reference)} frames; accepted: at least {fewest}")
+        raise TooSmall(f"reference has {len(reference)} frames; accepted: at least {fewest}")
     if (reference.dtype == np.uint8) != (test.dtype == np.uint8):
         raise ValueError(
             f"reference has dtype {reference.dtype}, test has {test.dtype}; "
@@ -92,7 +97,7 @@ def _check_clip(name: str, clip: Clip, smallest: int) -> None:
             f"{name} has shape {clip.shape}; accepted: (T, H, W, C) with T at least 1 and C 1 or 3"
         )
     if min(clip.shape[1:3]) < smallest:
-        raise ValueError(
+        raise TooSmall(
             f"{name} has frames of {clip.shape[1]}x{clip.shape[2]}; "
             f"accepted: at least {smallest}x{smallest}"
         )

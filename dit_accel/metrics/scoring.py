@@ -1,8 +1,8 @@
 """Scores a clip by several metrics at once, whole or in chunks.
 
 In: two clips, their latents, names of metrics. Out: a JSON-able `Score` for each metric.
-Knows: a metric that cannot be measured here (no latents, one frame instead of two, missing weights)
-is None, with the reason. Clips that cannot be compared at all are an error.
+Knows: a metric that cannot be measured here (no latents, one frame instead of two, small frames,
+missing weights) is None, with the reason. Clips that cannot be compared at all are an error.
 Source: ours.
 """
 
@@ -73,9 +73,14 @@ class Scorer:
                 self._reasons[name] = str(unavailable)
 
     def update(self, reference: Clip, test: Clip) -> None:
-        """Take the next frames. Arguments and errors: see `accumulate.FrameScores.update`."""
-        for accumulator in self._running.values():
-            accumulator.update(reference, test)
+        """Take the next frames. Arguments and errors: see `accumulate.FrameScores.update`. A metric
+        for which the frames are too small has no score."""
+        for name, accumulator in [*self._running.items()]:
+            try:
+                accumulator.update(reference, test)
+            except Unavailable as unavailable:
+                self._reasons[name] = str(unavailable)
+                del self._running[name]
 
     @property
     def unavailable(self) -> dict[str, str]:

@@ -302,8 +302,27 @@ def test_a_metric_asked_for_by_name_that_one_clip_lacks_is_a_failure(here):
 
 def test_frames_too_small_for_a_metric_are_named(here):
     video.write_video("ref.npy", clip(shape=(2, 10, 16, 3)), fps=8)
-    message = refused("ref.npy", "ref.npy", "--metrics", "ssim")
-    assert "ref.npy" in message and "accepted: at least 11x11" in message
+    message = refused("ref.npy", "ref.npy", "--metrics", "psnr_db,ssim", code=1)
+    said = "ssim of ref.npy was not measured: reference has frames of 10x16; accepted: at least 11"
+    assert said in message
+    assert "psnr_db            exact" in run("ref.npy", "ref.npy").stdout  # others are measured
+
+
+def test_a_mean_of_fewer_clips_has_their_number(here):
+    for folder in ("refs", "tests"):
+        (here / folder).mkdir()
+        for frames in (1, 2):
+            video.write_video(here / folder / f"{frames}.npy", clip()[:frames], fps=8)
+    shown = run("refs", "tests", "--metrics", "mae,tdiff").stdout
+    assert "mean of 2 0.00 0.00 (of 1)" in " ".join(shown.split())
+
+
+def test_clips_of_other_frame_rates_are_noted(here):
+    for name, fps in (("ref.mkv", 16), ("slow.mkv", 8), ("near.mkv", 15.99)):
+        video.write_video(name, clip(), fps=fps)
+    said = "ref.mkv has 16 frames a second, slow.mkv has 8; frame is compared with frame"
+    assert said in " ".join(run("ref.mkv", "slow.mkv", "--metrics", "mae").stderr.split())
+    assert run("ref.mkv", "near.mkv", "--metrics", "mae").stderr == ""
 
 
 def test_output_into_a_missing_folder_or_onto_a_folder_is_refused(two, here):

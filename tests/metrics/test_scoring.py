@@ -103,6 +103,15 @@ def test_a_single_frame_has_no_temporal_score_and_says_why():
     assert scores["tof"] == Score(None, reason="needs at least 2 frames, and has 1")
 
 
+def test_frames_too_small_for_one_metric_have_the_scores_of_the_others():
+    """In an evaluation, one such metric would lose the clip and all its scores."""
+    a = smooth()[:, :10, :16]
+    scores = score_clips(a, a, data_range=255, metrics=["mae", "ssim"])
+    assert scores["mae"].value == 0.0
+    why = "reference has frames of 10x16; accepted: at least 11x11"
+    assert scores["ssim"] == Score(None, reason=why)
+
+
 def test_scores_are_safe_in_json():
     scored = score_clips(smooth(), smooth(), data_range=255, metrics=["psnr_db", "tdiff"])
     text = json.dumps({name: score.to_dict() for name, score in scored.items()}, allow_nan=False)

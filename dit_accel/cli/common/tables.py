@@ -13,7 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from dit_accel.cli.common.errors import as_option
-from dit_accel.cli.common.text import plain_console, print_table
+from dit_accel.cli.common.text import counted, plain_console, print_table
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.pairs import PairScores
@@ -120,7 +120,8 @@ def value_text(value: float | str | None, unit: str) -> str:
 
 
 def _pair_table(rows: dict[str, Metric], scored: PairScores) -> Table:
-    table = Table(box=SIMPLE, title=f"{scored.frames} frames", title_justify="left")
+    frames = counted(scored.frames, "frame")
+    table = Table(box=SIMPLE, title=frames, title_justify="left")
     table.add_column("metric", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     for name in ("unit", "better", "frames"):
@@ -141,9 +142,15 @@ def _folder_table(rows: dict[str, Metric], scored: list[PairScores], mean: dict[
         values = [value_text(clip.scores[name].value, row.unit) for name, row in rows.items()]
         table.add_row(clip.pair.id, str(clip.frames), *values)
     table.add_section()
-    means = [value_text(mean[name]["value"], row.unit) for name, row in rows.items()]
+    means = [_mean_cell(mean[name], row.unit, len(scored)) for name, row in rows.items()]
     table.add_row(f"mean of {len(scored)}", "", *means, style="bold")
     return table
+
+
+def _mean_cell(mean: dict[str, Any], unit: str, clips: int) -> str:
+    """A mean, and the number of clips that have a score, if some have none."""
+    value = value_text(mean["value"], unit)
+    return value if mean["clips"] in (0, clips) else f"{value} (of {mean['clips']})"
 
 
 def _range(score: Score, unit: str) -> str:
