@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli import plan_memory
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused
+from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, flag, refused
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import bytes_of, option
 from dit_accel.cli.common.text import (
@@ -112,14 +112,13 @@ def _check_used(given: PlanOptions, *, planned: bool) -> None:
     """Refuse options that would have no effect."""
     for name in ("steps", "guidance", "cache_memory", "no_learn", "dtype") if not planned else ():
         if getattr(given, name) not in (None, False):
-            option = f"--{name.replace('_', '-')}"
-            raise BadInput(f"{option} is given; accepted: with --quality or --speedup")
+            raise BadInput(f"{flag(name)} is given; accepted: with --quality or --speedup")
     if given.profile is None or given.model is not None:
         return
     for name in ("cache_memory", "no_learn", "dtype", "revision", "variant"):
         if getattr(given, name) not in (None, False):
-            option = f"--{name.replace('_', '-')}"
-            raise BadInput(f"{option} is given with --profile alone; accepted: with --model too")
+            alone = f"{flag(name)} is given with --profile alone"
+            raise BadInput(f"{alone}; accepted: with --model too")
 
 
 def _check_plot(path: Path, *, overwrite: bool) -> None:

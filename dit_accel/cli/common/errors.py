@@ -28,6 +28,12 @@ MOST_SIGNS = 400  # shown of an unexpected error
 _COLOURS = {"error": "bold red", "note": "yellow", "plan": "cyan", "memory": "blue"}
 RESUMABLE = "what is done is saved; run the same command again to continue"
 
+
+def flag(name: str) -> str:
+    """An option as it is typed, by its name in Python."""
+    return f"--{name.replace('_', '-')}"
+
+
 # Options of the command, by the arguments of the library.
 _SAME = (
     "model device dtype steps guidance seed height width fps layout alpha background quality "
@@ -35,7 +41,7 @@ _SAME = (
     "methods lora offload compile attention_backend scheduler quantize vae_tiling revision variant "
     "cache_memory lpips_weights allow_trim allow_mixed_codecs allow_unpaired"
 )
-OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME.split()} | {
+OPTIONS = {name: flag(name) for name in _SAME.split()} | {
     "isolate": "--isolation",
     "num_frames": "--frames",
     "num_inference_steps": "--steps",

@@ -24,7 +24,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
 from dit_accel.cli.common import config_file
-from dit_accel.cli.common.errors import INTERRUPTED, BadInput, reported
+from dit_accel.cli.common.errors import INTERRUPTED, BadInput, flag, reported
 from dit_accel.cli.common.options import MACHINE, PANELS
 from dit_accel.core.document import is_printable, shown
 
@@ -164,7 +164,7 @@ def _typer(field: dataclasses.Field[Any], hint: Any) -> Any:
     if info.metavar is None:
         info.metavar = METAVARS.get(_kind(hint))
     if field.default is False and info.default is ...:  # typer keeps the first flag as the default
-        info.param_decls = (f"--{field.name.replace('_', '-')}",)
+        info.param_decls = (flag(field.name),)
     return info
 
 
@@ -207,10 +207,10 @@ def _text(value: Any) -> Any:
 def _name(field: dataclasses.Field[Any]) -> str:
     """An option as it is typed; an argument by its name in the help."""
     info = field.metadata["typer"]
-    flags = [flag for flag in info.param_decls or () if flag.startswith("--")]
+    flags = [one for one in info.param_decls or () if one.startswith("--")]
     if isinstance(info, ArgumentInfo):
         return str(info.metavar)
-    return flags[0].split("/")[0] if flags else f"--{field.name.replace('_', '-')}"
+    return flags[0].split("/")[0] if flags else flag(field.name)
 
 
 def _panel(field: dataclasses.Field[Any]) -> int:

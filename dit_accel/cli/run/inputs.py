@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.common.errors import BadInput, as_option
+from dit_accel.cli.common.errors import BadInput, as_option, flag
 from dit_accel.core.files import reason_of
 from dit_accel.core.generation import INPUT_FILES, INPUTS
 
@@ -87,7 +87,7 @@ def read(options: Any, model: LoadableModel) -> Inputs:
         value = getattr(options, option)
         if value is not None and option not in parameters:
             raise BadInput(
-                f"{_flag(option)} is {str(value)!r}, but --model is a {name}, which takes none; "
+                f"{flag(option)} is {str(value)!r}, but --model is a {name}, which takes none; "
                 f"accepted with models of {TAKING[option]}"
             )
     if options.last_image is not None and model.index.get("expand_timesteps"):
@@ -98,7 +98,7 @@ def read(options: Any, model: LoadableModel) -> Inputs:
         raise BadInput(f"--strength is {options.strength:g}; accepted: with --video only")
     for option in ("image", "video"):
         if getattr(options, option) is None and _needs(parameters, option, name):
-            raise BadInput(f"{_flag(option)} is not given: --model is a {name}, which needs one")
+            raise BadInput(f"{flag(option)} is not given: --model is a {name}, which needs one")
     # absolute paths, so that a process in another folder finds the files
     paths = {option: getattr(options, option) for option in INPUT_FILES}
     given = {o: str(path.expanduser().absolute()) for o, path in paths.items() if path is not None}
@@ -121,10 +121,6 @@ def _needs(parameters: Any, option: str, pipeline: str) -> bool:
     return found.default is found.empty or needed
 
 
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
-
-
 def _picture_size(option: str, path: str) -> tuple[int, int]:
     from PIL import Image
 
@@ -135,7 +131,7 @@ def _picture_size(option: str, path: str) -> tuple[int, int]:
             return size
     except OSError as error:
         reason = reason_of(error) if error.errno else "no picture that can be read"
-        raise BadInput(f"{_flag(option)} is {path!r}: {reason}") from error
+        raise BadInput(f"{flag(option)} is {path!r}: {reason}") from error
 
 
 def _video_size(path: str) -> tuple[tuple[int, int], int, float | None]:

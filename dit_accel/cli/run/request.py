@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, refused, unreadable
+from dit_accel.cli.common.errors import BadInput, flag, refused, unreadable
 from dit_accel.cli.common.options import INPUT, LAYOUT, AccelOptions, ClipOptions, argument, option
 from dit_accel.core.document import shown
 from dit_accel.core.generation import INPUT_FILES, LARGEST_SEED
@@ -109,8 +109,8 @@ class Request(AccelOptions, ClipOptions):
     def _check_layout_options(self) -> None:
         for name in INPUT_FILES:
             if self.layout is not None and getattr(self, name) is not None:
-                flag = f"--{name.replace('_', '-')}"
-                raise BadInput(f"{flag} and --layout are given: a layout is text to video")
+                both = f"{flag(name)} and --layout are given"
+                raise BadInput(f"{both}: a layout is text to video")
         for name in SCENE:
             if self.layout is None and getattr(self, name) is not None:
                 raise BadInput(f"--{name} is given; accepted: with --layout only")
