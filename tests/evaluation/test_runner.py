@@ -394,7 +394,7 @@ def test_plain_text_and_vbench_lists_are_read_and_a_line_that_comes_twice_counts
     ("options", "expected"),
     [
         (["--methods", "magic:1"], "method is 'magic'; accepted: uncached, edcw"),
-        (["--methods", "edcw:lots"], "threshold δ: a number from 0"),
+        (["--methods", "edcw:lots"], "threshold δ: a number, at least 0"),
         (["--methods", "fewer-steps:2.5"], "steps: a whole number from 1"),
         (["--methods", "uncached:1"], "takes no number"),
         (["--methods", "fewer-steps:8"], "method is 'fewer-steps:8'; accepted: below the 8 steps"),
