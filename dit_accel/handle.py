@@ -247,8 +247,11 @@ class Handle:
         The plan of that next run does not use the reference yet. Otherwise the run would be planned
         from measurements of its own clip.
 
+        A reference of another clip, also of another size or number of steps, is learnt from in the
+        same way: what was recorded belongs to the reference's own run, and is stored as that.
+
         Args:
-            reference: recorded by `recorded`, with the same prompt and seed as the next run.
+            reference: recorded by `recorded`, best with the same prompt and seed as the next run.
 
         Returns:
             Whether anything is learnt. False if this handle does not learn (`learn=False`, or not

@@ -66,6 +66,17 @@ def test_where_the_accelerated_run_is_recorded_too_the_clip_is_counted_once(
     assert only(learns).runs == 1
 
 
+def test_a_reference_of_another_clip_is_stored_as_its_own_run(learns) -> None:
+    pipe = tiny.tiny_wan()
+    with recorded(pipe) as reference:
+        run(pipe, num_inference_steps=STEPS + 2)
+    with accelerate(pipe, speedup=2.0) as handle:
+        assert handle.learn_from(reference)
+        run(pipe)
+    (stored,) = only(learns).observations
+    assert stored.kind.sampler.num_steps == STEPS + 2
+
+
 def test_a_reference_that_was_interrupted_is_noted(learns) -> None:
     pipe = tiny.tiny_wan()
 
