@@ -1,7 +1,7 @@
 """Shows progress on stderr: of a calibration, of an evaluation and of one run.
 
-In: events when pieces begin and end. Out: a bar with the remaining time; without a terminal (in a
-file or a pipe), a line for each piece.
+In: events when pieces begin and end. Out: a bar with the remaining time; where it does not fit (in
+a file, in a pipe, below 80 columns), a line for each piece.
 Knows what calibration's pieces cost, in computed steps; knows no model. Ours.
 """
 
@@ -26,6 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+BAR_WIDTH = 80  # columns that a bar with its counts and times needs
 
 
 @dataclass
@@ -118,7 +120,7 @@ _TITLES = {"uncached": "uncached runs", "probe": "probes", "search": "searching 
 @contextlib.contextmanager
 def pace_bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Show the bar of a calibration. Yields the callback for the beginning of each piece."""
-    if not quiet and not _on_terminal():
+    if not quiet and not _fits_bar():
         yield _pace_lines(pace)
         return
     columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=24),
@@ -141,7 +143,7 @@ def minutes_bar(
 ) -> Iterator[Callable[[str, int, int], None]]:
     """Show the bar of a calibration with a time limit. Yields the callback for the beginning of
     each piece."""
-    if not quiet and not _on_terminal():
+    if not quiet and not _fits_bar():
         yield lambda what, done, total: _line(
             f"{minutes - budget.left / 60:4.1f} of {minutes:g} min  {_piece(what, done, total)}"
         )
@@ -177,14 +179,18 @@ def _piece(what: str, done: int, total: int) -> str:
 @contextlib.contextmanager
 def clips_bar(total: int, done: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
     """Show the bar of an evaluation. Yields the callback for finished clips, with a text."""
-    if not quiet and not _on_terminal():
+    if not quiet and not _fits_bar():
         yield _clip_lines(total, done)
         return
     columns = (TextColumn("{task.description:<27}"), BarColumn(bar_width=12), MofNCompleteColumn())
     remaining = TimeRemainingColumn(elapsed_when_finished=False)
     with _progress(*columns, remaining=remaining, quiet=quiet) as progress:
         task = progress.add_task("loading", total=total, completed=done)
-        yield lambda count, text: progress.update(task, advance=count, description=text[:27])
+        yield lambda count, text: progress.update(task, advance=count, description=_cut(text, 27))
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _clip_lines(total: int, done: int) -> Callable[[int, str], None]:
@@ -208,7 +214,7 @@ class StepBar:
                    MofNCompleteColumn(), TextColumn("steps"))  # fmt: skip
         self._progress = _progress(*columns, remaining=TimeRemainingColumn(), quiet=quiet)
         self._task = self._progress.add_task(f"{label}: reading text", total=steps)
-        self._lines = not quiet and not _on_terminal()
+        self._lines = not quiet and not _fits_bar()
         self._shown = ""
         self._quiet = quiet or self._lines
 
@@ -259,8 +265,11 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _on_terminal() -> bool:
-    return Console(stderr=True).is_terminal
+def _fits_bar() -> bool:
+    """Whether stderr can show a bar: rich draws none on a terminal without cursor movements, and
+    cuts counts and times where the terminal is narrow."""
+    console = Console(stderr=True)
+    return console.is_interactive and console.width >= BAR_WIDTH
 
 
 def _line(text: str) -> None:
