@@ -160,9 +160,16 @@ def merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
             + ": choose another folder"
         )
     by_id = {prompt.id: prompt for prompt in before.prompts}
+    ids = {(prompt.prompt, prompt.negative): prompt.id for prompt in before.prompts}
     for prompt in now.prompts:
         if by_id.setdefault(prompt.id, prompt) != prompt:
             raise OtherEvaluation(f"another prompt {prompt.id!r}: choose another folder")
+        known = ids.get((prompt.prompt, prompt.negative), prompt.id)
+        if known != prompt.id:  # one clip would count as two
+            raise OtherEvaluation(
+                f"the prompt {prompt.id!r} under the id {known!r}: give it that id, or choose "
+                "another folder"
+            )
     profiled = now if now.profiled else before
     return dataclasses.replace(
         now,

@@ -118,3 +118,14 @@ def test_what_plans_are_made_from_is_settled_when_a_folder_is_begun(tmp_path):
     assert store.open(named, [b"profile"]).profile == name_of(b"profile")
     (job,) = (job for group in store.spec().groups() for job in group if job.method.profiled)
     assert job.versions["profile"] == name_of(b"profile") and "learned" not in job.versions
+
+
+def test_a_prompt_of_the_folder_under_another_id_is_refused(store):
+    """Its clips exist already, and would count as those of a second prompt."""
+    spec = store.spec()
+    again = dataclasses.replace(spec.prompts[0], id="again")
+    message = "has an evaluation with the prompt 'again' under the id 'p0': give it that id, or"
+    with pytest.raises(StoreError, match=message):
+        store.open(dataclasses.replace(spec, prompts=(again,)))
+    negative = dataclasses.replace(again, negative="blurred")
+    assert len(store.open(dataclasses.replace(spec, prompts=(negative,))).prompts) == 2
