@@ -343,7 +343,8 @@ class CalibrationRun:
                 found.append(refined)
             return found, problems
 
-        name = f"candidates-{number * len(self.batches) + place}-{plans}-{of}"
+        # "2": earlier versions saved problems without a penalty.
+        name = f"candidates-2-{number * len(self.batches) + place}-{plans}-{of}"
         self._results[place], self._problems = self.checkpoint.get(name, make)
 
 

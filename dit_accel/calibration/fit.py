@@ -35,10 +35,13 @@ class RidgeMoments:
 
     Args:
         centre: `(F,)`, the correction towards which fits are shrunk.
+        penalty: `(F, F)`, positive semidefinite: the moments that are expected of one prompt
+            (`expected_moments`). They are the metric of shrinking. With a prompt's own moments as
+            the metric, fits to one prompt would move far where other prompts have larger features.
     """
 
-    def __init__(self, centre: torch.Tensor) -> None:
-        self.centre = centre.double()
+    def __init__(self, centre: torch.Tensor, penalty: torch.Tensor) -> None:
+        self.centre, self.penalty = centre.double(), penalty.double()
         self.matrices: dict[int, torch.Tensor] = {}
         self.vectors: dict[int, torch.Tensor] = {}  # features times the error after the centre
         self.squares: dict[int, float] = {}  # squared norm of that error
@@ -51,8 +54,8 @@ class RidgeMoments:
         """Add prompts; a prompt that was added before is replaced.
 
         If an accelerated run has drifted far from the uncached one, its residual says little about
-        the weights. So the error that the centre leaves is scaled down to the expected error if it
-        is larger (Huber, 1964).
+        the weights. So if the centre leaves a larger error than expected, this error is scaled
+        down by the ratio of the squares of both: the larger the error, the less it counts.
 
         Args:
             prompts: P numbers that identify the prompts.
@@ -64,7 +67,7 @@ class RidgeMoments:
         rows = features.double().transpose(0, 1)
         wanted = residual.double() - torch.einsum("f,pfn->pn", self.centre.to(rows), rows)
         if expected is not None:
-            share = (expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)).sqrt()
+            share = expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)
             wanted *= share.clamp_max(1.0)[:, None]
         floor = _FLOOR * size.to(wanted)
         weight = (wanted.square().mean(1) + floor) ** -0.5 / wanted.shape[1]
@@ -95,8 +98,7 @@ class RidgeMoments:
         fold = torch.arange(len(matrices)) % folds
         own = matrices.new_zeros(folds, *matrices.shape[1:]).index_add(0, fold, matrices)
         wanted = vectors.new_zeros(folds, *vectors.shape[1:]).index_add(0, fold, vectors)
-        counts = len(matrices) - fold.bincount()
-        found = _added(matrices.sum(0) - own, vectors.sum(0) - wanted, counts)
+        found = _added(matrices.sum(0) - own, vectors.sum(0) - wanted, self.penalty)
         squares = torch.einsum("ksf,kfg,ksg->ks", found, own, found)
         return (squares - 2 * torch.einsum("ksf,kf->ks", found, wanted)).sum(0)
 
@@ -108,8 +110,7 @@ class RidgeMoments:
             without: the prompt that is left out; None: no prompt.
         """
         matrices, vectors = self._known(without)
-        counts = torch.tensor([len(matrices)])
-        found = _added(matrices.sum(0)[None], vectors.sum(0)[None], counts)[0]
+        found = _added(matrices.sum(0)[None], vectors.sum(0)[None], self.penalty)[0]
         return self.centre + found[gains.argmin()]
 
     def changed(self, prompt: int, gains: torch.Tensor) -> float:
@@ -134,17 +135,23 @@ class RidgeMoments:
         return torch.cat(matrices).double(), torch.cat(vectors).double()
 
 
-def _added(matrices: torch.Tensor, vectors: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """`(K, S, F)`: what is added to the centre at every strength, from K sums of moments.
+def expected_moments(gram: torch.Tensor, size: float, error: float) -> torch.Tensor:
+    """`(F, F)`: the moments of a prompt as an error model expects them, weighted as in `add`.
 
     Args:
-        counts: `(K,)`, the number of prompts in each sum.
+        gram: `(F, F)`, inner products of the features over the squared norm of the final latents.
+        size: mean square of the final latents.
+        error: what the centre should leave, as a squared error relative to the final latents.
     """
+    return gram * math.sqrt(size / (error + _FLOOR))
+
+
+def _added(matrices: torch.Tensor, vectors: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """`(K, S, F)`: what is added to the centre at every strength, from K sums of moments."""
     squares = torch.diag_embed(matrices.diagonal(dim1=1, dim2=2))
-    ridge = (matrices + _DIAGONAL * squares) / counts.clamp_min(1)[:, None, None]
+    ridge = penalty + _DIAGONAL * torch.diag(penalty.diagonal())
     # The matrix needs an inverse also if a feature is zero, or if there are no prompts.
     tiny = 1e-12 * squares + 1e-30 * torch.eye(matrices.shape[1], dtype=torch.float64)
-    finite = STRENGTHS[1:, None, None]
-    penalised = (matrices + tiny)[:, None] + finite * ridge[:, None]
-    found = torch.linalg.solve(penalised, vectors[:, None].expand(-1, len(finite), -1))
+    penalised = (matrices + tiny)[:, None] + STRENGTHS[1:, None, None] * ridge
+    found = torch.linalg.solve(penalised, vectors[:, None].expand(-1, len(STRENGTHS) - 1, -1))
     return torch.cat([torch.zeros_like(found[:, :1]), found], 1)

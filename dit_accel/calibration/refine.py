@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from dit_accel.caching.policy import PlanPolicy
-from dit_accel.calibration.fit import STRENGTHS, RidgeMoments
+from dit_accel.calibration.fit import STRENGTHS, RidgeMoments, expected_moments
 from dit_accel.calibration.record import SchedulerTap, UncachedRun, run
 from dit_accel.core import drift, extrapolation
 from dit_accel.core.families import family_of
@@ -207,9 +207,12 @@ class _FittingPolicy(PlanPolicy):
         for step in steps:
             residual += float(self.sampler.coefficients[step]) * self._guided(step)
         centre = window_sums(self.plan, used, steps, self.sampler) - line
-        problem = self.moments.setdefault((*self.computed, opened), RidgeMoments(centre))
-        size = self._finals.square().mean(1)
-        problem.add(self.numbers, features, residual, size, self._expected[opened] * size)
+        size, error = self._finals.square().mean(1), self._expected[opened]
+        rows = self.sampler.feature_rows(torch.tensor([used]))[0]
+        gram = self.error_model.mean_gram[rows][:, rows]
+        new = RidgeMoments(centre, expected_moments(gram, float(size.mean()), error))
+        problem = self.moments.setdefault((*self.computed, opened), new)
+        problem.add(self.numbers, features, residual, size, error * size)
         self._gains += problem.gains()
         correction = problem.correction(self._gains)
         self.problems[opened] = problem

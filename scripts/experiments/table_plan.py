@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "miniature"))
 
 from world import PROMPT_STREAM, scene_at
 
-from dit_accel.calibration.fit import RidgeMoments
+from dit_accel.calibration.fit import RidgeMoments, expected_moments
 from dit_accel.calibration.probes import gain_and_memory, probe_steps
 from dit_accel.models import miniature
-from dit_accel.planning.error_model import ErrorModel
+from dit_accel.planning.error_model import ErrorModel, window_energies
 from dit_accel.planning.plan import line_sums, used_steps, window_sums, windows
 from dit_accel.planning.sampler import coefficients_of
 from dit_accel.planning.search import fit, search
@@ -154,14 +154,20 @@ def field_of(batch: Batch, probed: int = 8) -> ErrorModel:
     return ErrorModel(batch.sampler, torch.stack(grams), *gain_and_memory(found, n))
 
 
-def refined(batch: Batch, computed: Sequence[int], depth: int, centre: Changes) -> Changes:
-    """Every window's change, fitted near the centre's to the error that a batch's accelerated run
-    leaves."""
+def refined(batch: Batch, computed: Sequence[int], depth: int, field: ErrorModel) -> Changes:
+    """Every window's change, fitted to the error that a batch's accelerated run leaves, near the
+    change that is fitted on uncached runs."""
     changes: Changes = {}
+    centre = planned(computed, field, depth)
+    expected = window_energies(fit(computed, field, depth=depth)[0], field)
 
     def change_of(opened: int, rows: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        moments = RidgeMoments(centre[opened])
         size = batch.latents[-1].square().mean(1)
+        used = torch.tensor([used_steps(computed, opened, depth)])
+        at = field.sampler.feature_rows(used)[0]
+        gram, error = field.mean_gram[at][:, at], float(expected[opened].mean())
+        penalty = expected_moments(gram, float(size.mean()), error)
+        moments = RidgeMoments(centre[opened], penalty)
         moments.add(range(rows.shape[1]), rows.cpu(), left.cpu(), size.cpu())
         changes[opened] = moments.correction(moments.gains())
         return changes[opened]
@@ -215,9 +221,9 @@ def main() -> None:
                 (
                     f"refined, {depth} predictions",
                     depth,
-                    refined(calibration, computed, depth, near),
+                    refined(calibration, computed, depth, field),
                 )
-                for depth, near in ((d, planned(computed, field, d)) for d in (3, 5))
+                for depth in (3, 5)
             ),
         ):
             final = held_out.accelerated(computed, depth, lambda o, *_, c=changes: c.get(o))

@@ -15,8 +15,9 @@ AXES = torch.eye(2)
 WEAKEST = -torch.arange(len(STRENGTHS), dtype=torch.float64)  # gains that ask for hardly any hold
 
 
-def moments_of(*centre: float) -> RidgeMoments:
-    return RidgeMoments(torch.tensor(centre))
+def moments_of(*centre: float, penalty: float = 1.0) -> RidgeMoments:
+    """With prompts whose moments are expected to be `penalty` times the identity."""
+    return RidgeMoments(torch.tensor(centre), penalty * torch.eye(len(centre)))
 
 
 def add(moments: RidgeMoments, prompt: int, features: Any, residual: Any, size: float) -> None:
@@ -35,7 +36,10 @@ def gains_at(strength: float) -> torch.Tensor:
 
 def random_moments(prompts: int, alike: float, features: int = 3) -> RidgeMoments:
     """Prompts that want the same correction, up to noise: the more, the less `alike`."""
-    draw, moments = torch.Generator().manual_seed(0), RidgeMoments(torch.zeros(features))
+    draw, moments = (
+        torch.Generator().manual_seed(0),
+        RidgeMoments(torch.zeros(features), torch.eye(features)),
+    )
     rows = torch.randn(features, prompts, 40, generator=draw)
     wanted = torch.randn(features, generator=draw) + torch.randn(prompts, features, generator=draw)
     common = alike * torch.ones(prompts, features) + (1 - alike) * wanted
@@ -44,15 +48,15 @@ def random_moments(prompts: int, alike: float, features: int = 3) -> RidgeMoment
     return moments
 
 
-def test_a_clip_off_its_path_pulls_no_harder_than_an_expected_one():
-    """The centre should leave a mean square of 1: a clip where it leaves 100 asks for a tenth."""
+def test_the_further_a_clip_is_off_its_path_the_less_it_counts():
+    """The centre should leave a mean square of 1; where it leaves 100, a hundredth counts."""
     moments, expected = moments_of(0.0), torch.tensor([1.0])
     found = []
     for wanted in (0.5, 1.0, 10.0, 1000.0):
         given = torch.ones(1, 1, 4), torch.full((1, 4), wanted), torch.ones(1)
         moments.add([0], *given, expected)
         found.append(float(moments.correction(WEAKEST)))
-    assert found == pytest.approx([0.5, 1.0, 1.0, 1.0], abs=1e-3)
+    assert found == pytest.approx([0.5, 1.0, 0.1, 0.001], abs=1e-3)
 
 
 def test_worked_example():
@@ -67,15 +71,23 @@ def test_worked_example():
     add(moments, 0, torch.tensor([[1.0]]), row(1.0), 0.0)
     add(moments, 1, torch.tensor([[1.0]]), row(3.0), 0.0)
     assert moments.correction(WEAKEST).tolist() == pytest.approx([1.5], abs=1e-4)
-    # Shrunk towards 0 as if one more prompt wanted that, of the mean weight of the two:
-    # 2 / (4 / 3 + 1.001 x 2 / 3) = 0.9998.
-    assert moments.correction(gains_at(1.0)).tolist() == pytest.approx(
-        [2 / (4 / 3 + 1.001 * 2 / 3)]
-    )
-    # Without prompt 0 only prompt 1 counts, and one more of its weight, 1 / (2.001 / 3).
+    # Shrunk towards 0 as if one more prompt wanted that, with the expected moments:
+    # 2 / (4 / 3 + 1.001) = 0.857.
+    assert moments.correction(gains_at(1.0)).tolist() == pytest.approx([2 / (4 / 3 + 1.001)])
+    # Without prompt 0 only prompt 1 counts: 1 / (1 / 3 + 1.001).
     assert moments.correction(WEAKEST, without=0).tolist() == pytest.approx([3.0], abs=1e-4)
     one = moments.correction(gains_at(1.0), without=0)
-    assert one.tolist() == pytest.approx([3 / 2.001])
+    assert one.tolist() == pytest.approx([1 / (1 / 3 + 1.001)])
+
+
+def test_expected_moments_are_those_of_a_prompt_that_is_as_expected():
+    """Final latents of mean square 4, and a feature of a quarter of their squared norm. The centre
+    should leave 1 % of it: a weight of 1 / 0.2 on a mean square of 1."""
+    moments = moments_of(0.0)
+    moments.add([0], torch.ones(1, 1, 8), torch.full((1, 8), 0.2), torch.tensor([4.0]))
+    found = fit.expected_moments(torch.tensor([[0.25]]), 4.0, 0.01)
+    assert found.item() == pytest.approx(moments.matrices[0].item(), rel=1e-4)
+    assert found.item() == pytest.approx(1 / 0.2, rel=1e-4)
 
 
 def test_worked_example_of_the_strength():
@@ -99,13 +111,13 @@ def test_worked_example_of_the_strength():
 def test_one_or_two_prompts_are_followed_by_the_usual_strength():
     """They cannot say how far; without any it is the centre. One wants 1 more, and gets, as if
     another one wanted the centre, 1 / (1 + 1.001). Two get 2 / (2 + 1.001)."""
-    moments = moments_of(0.5, -0.5)
+    moments = moments_of(0.5, -0.5, penalty=0.5)  # two numbers, each with half of the weight
     assert moments.correction(moments.gains()).tolist() == [0.5, -0.5]
     for number in (1, 2):
         add(moments, number, AXES, row(1.5, 0.5), 1.0)
         share = number / (number + 1.001)
         found = moments.correction(moments.gains())
-        assert found.tolist() == pytest.approx([0.5 + share, -0.5 + share])
+        assert found.tolist() == pytest.approx([0.5 + share, -0.5 + share], abs=1e-6)
     add(moments, 5, AXES, row(1.5, 0.5), 1.0)
     assert moments.correction(moments.gains()).tolist() == pytest.approx([1.5, 0.5], abs=1e-4)
 
@@ -128,7 +140,7 @@ def test_gains_are_those_of_fits_written_out(alike):
         for left_out in range(5):
             seen = [q for q in range(5) if q != left_out]
             matrix = sum(moments.matrices[q] for q in seen)
-            penalty = (matrix + 1e-3 * torch.diag(matrix.diagonal())) / 4
+            penalty = 1.001 * torch.eye(3)
             added = torch.zeros(3, dtype=torch.float64)
             if math.isfinite(strength):
                 vector = sum(moments.vectors[q] for q in seen)

@@ -91,7 +91,10 @@ def test_the_gain_of_another_clip_is_what_it_is_on_many_new_ones() -> None:
         predicted, real = [], []
         for _ in range(80):
             features, wanted = draw(number + 1, generator)
-            few, more = RidgeMoments(torch.zeros(6)), RidgeMoments(torch.zeros(6))
+            few, more = (
+                RidgeMoments(torch.zeros(6), torch.eye(6)),
+                RidgeMoments(torch.zeros(6), torch.eye(6)),
+            )
             few.add(range(number), features[:, :number], wanted[:number], torch.ones(number))
             more.add(range(number + 1), features, wanted, torch.ones(number + 1))
             predicted.append(window_gain_db(few))
@@ -101,7 +104,7 @@ def test_the_gain_of_another_clip_is_what_it_is_on_many_new_ones() -> None:
 
 
 def test_one_clip_does_not_say_what_another_gains() -> None:
-    window = RidgeMoments(torch.zeros(6))
+    window = RidgeMoments(torch.zeros(6), torch.eye(6))
     features, wanted = draw(1, torch.Generator().manual_seed(0))
     window.add([0], features, wanted, torch.ones(1))
     assert window_gain_db(window) == math.inf
