@@ -17,7 +17,7 @@ from dit_accel.cli import evaluate_request as request
 from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, refused, say
 from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.options import bytes_of
-from dit_accel.cli.common.text import print_table
+from dit_accel.cli.common.text import counted, print_table
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.evaluate_request import EvaluateOptions
 from dit_accel.cli.ranking_table import check_ranking, ranking_markdown, ranking_table
@@ -125,6 +125,7 @@ def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
     rows = ranking(results, read_scores(store, spec)) if given.ranking else ()
     content = summary.to_dict() | ({"ranking": [row.to_dict() for row in rows]} if rows else {})
     store.write_summary(content, markdown_table(summary, spec.metrics) + ranking_markdown(rows))
+    failed = sum(row.status[FAILED] for row in summary.rows)
     if given.as_json:
         print_json(content)
     else:
@@ -132,7 +133,8 @@ def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
         if rows:
             print_table(ranking_table(rows))
         typer.echo(f"{summary.done} of {summary.jobs} clips done, in {store.folder}")
-    failed = sum(row.status[FAILED] for row in summary.rows)
+        if 0 < failed < summary.jobs:
+            say(f"{counted(failed, 'clip')} failed; --retry-failed tries again", kind="note")
     if failed and failed == summary.jobs:
         first = next((error for row in summary.rows for error in row.errors), "")
         raise RunFailed(f"all {failed} clips failed (--retry-failed tries again): {first}")

@@ -97,6 +97,8 @@ def test_a_run_scores_every_method_and_says_what_had_no_effect(prompts, model, t
         "diffusers/faster-cache:2": {"failed"},  # it expects both branches in one batch
     }
     assert "no effect" in run.output and "failed" in run.output
+    assert "diffusers/faster-cache:2: IndexError" in run.stdout
+    assert "clips failed; --retry-failed tries again" in run.stderr
     rows = {row.label: row for row in summarise(Store(out).results()).rows}
     assert rows["edcw:0"].scores["psnr_db"].value == 100
     assert rows["edcw:0"].exact_frames == rows["edcw:0"].frames == 27

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dit_accel.cli.common.errors import as_option
 from dit_accel.cli.common.text import counted, plain_console, print_table
+from dit_accel.core.document import visible
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.pairs import PairScores
@@ -40,7 +41,8 @@ _DIGITS = {"dB": 2, "JOD": 3, "levels": 2, "px": 3}
 def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
     """One row for each method: what was computed, what it saved, what it cost in fidelity."""
     shown = [name for name in SHOWN if name in metrics]
-    table = Table(caption="\n".join([NOTE, *_sources(summary)]), caption_justify="left")
+    notes = [NOTE, *_sources(summary), *_errors(summary)]
+    table = Table(caption="\n".join(notes), caption_justify="left")
     table.add_column("method", no_wrap=True)
     for name in ("clips", "steps", "FLOPs", "speedup", "runs", *shown):
         table.add_column(name, justify="right", no_wrap=True)
@@ -59,7 +61,7 @@ def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
     floor = [f"{name} {value:.4g} ({label})" for name, (label, value) in summary.floor.items()]
     notes = [NOTE, *_sources(summary)]
     notes += ["Noise floor: " + ", ".join(floor) + "."] if floor else []
-    notes += [f"{row.label}: {error}." for row in summary.rows for error in row.errors]
+    notes += _errors(summary)
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
@@ -70,6 +72,11 @@ def _sources(summary: Summary) -> list[str]:
         for source in row.rests_on:
             found.setdefault(source, []).append(row.label)
     return [f"{', '.join(labels)}: planned from {source}." for source, labels in found.items()]
+
+
+def _errors(summary: Summary) -> list[str]:
+    """Why clips failed, with one line for each method and reason."""
+    return [visible(f"{row.label}: {error}.") for row in summary.rows for error in row.errors]
 
 
 def _cells(row: MethodSummary, metrics: list[str]) -> list[str]:
