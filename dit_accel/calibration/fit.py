@@ -25,6 +25,7 @@ STRENGTHS = torch.tensor(
 )
 MIN_CLIPS = 3  # with fewer clips there is no cross-validation
 USUAL = 5  # index in STRENGTHS for one or two clips; the strength is 1 (research/LOG.md)
+DIVERGED = 4.0  # times the expected norm of an error; a larger one is of a run that has diverged
 MAX_FOLDS = 32  # groups of prompts that are left out in turn; more would take too long
 _FLOOR = 1e-6  # over the latents' mean square; bounds the weight of a prompt with little error
 _DIAGONAL = 1e-3  # share of a diagonal ridge, needed because features are nearly parallel
@@ -54,8 +55,8 @@ class RidgeMoments:
         """Add prompts; a prompt that was added before is replaced.
 
         If an accelerated run has drifted far from the uncached one, its residual says little about
-        the weights. So if the centre leaves a larger error than expected, this error is scaled
-        down by the ratio of the squares of both: the larger the error, the less it counts.
+        the weights. So if the centre leaves a larger error than expected, it is scaled down to the
+        expected error, and beyond `DIVERGED` times that to even less (Hampel, 1974).
 
         Args:
             prompts: P numbers that identify the prompts.
@@ -67,8 +68,9 @@ class RidgeMoments:
         rows = features.double().transpose(0, 1)
         wanted = residual.double() - torch.einsum("f,pfn->pn", self.centre.to(rows), rows)
         if expected is not None:
-            share = expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)
-            wanted *= share.clamp_max(1.0)[:, None]
+            ratio = (expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)).sqrt()
+            share = ratio.clamp_max(1.0) * (DIVERGED * ratio).clamp_max(1.0)
+            wanted *= share[:, None]
         floor = _FLOOR * size.to(wanted)
         weight = (wanted.square().mean(1) + floor) ** -0.5 / wanted.shape[1]
         matrices = (rows @ rows.mT * weight[:, None, None]).cpu()
