@@ -25,7 +25,9 @@ STRENGTHS = torch.tensor(
 )
 MIN_CLIPS = 3  # with fewer clips there is no cross-validation
 USUAL = 5  # index in STRENGTHS for one or two clips; the strength is 1 (research/LOG.md)
-DIVERGED = 4.0  # times the expected norm of an error; a larger one is of a run that has diverged
+# Times the expected norm of an error; a run with a larger error has diverged. It is two standard
+# deviations, as errors of prompts differ by 6 dB.
+DIVERGED = 4.0
 MAX_FOLDS = 32  # groups of prompts that are left out in turn; more would take too long
 _FLOOR = 1e-6  # over the latents' mean square; bounds the weight of a prompt with little error
 _DIAGONAL = 1e-3  # share of a diagonal ridge, needed because features are nearly parallel
@@ -56,7 +58,7 @@ class RidgeMoments:
 
         If an accelerated run has drifted far from the uncached one, its residual says little about
         the weights. So if the centre leaves a larger error than expected, it is scaled down to the
-        expected error, and beyond `DIVERGED` times that to even less (Hampel, 1974).
+        expected one (Huber, 1964). Beyond `DIVERGED` times that, the prompt asks for no change.
 
         Args:
             prompts: P numbers that identify the prompts.
@@ -68,8 +70,8 @@ class RidgeMoments:
         rows = features.double().transpose(0, 1)
         wanted = residual.double() - torch.einsum("f,pfn->pn", self.centre.to(rows), rows)
         if expected is not None:
-            ratio = (expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)).sqrt()
-            share = ratio.clamp_max(1.0) * (DIVERGED * ratio).clamp_max(1.0)
+            share = (expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)).sqrt()
+            share = torch.where(share < 1 / DIVERGED, 0.0, share.clamp_max(1.0))
             wanted *= share[:, None]
         floor = _FLOOR * size.to(wanted)
         weight = (wanted.square().mean(1) + floor) ** -0.5 / wanted.shape[1]
