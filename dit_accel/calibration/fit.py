@@ -69,12 +69,12 @@ class RidgeMoments:
         """
         rows = features.double().transpose(0, 1)
         wanted = residual.double() - torch.einsum("f,pfn->pn", self.centre.to(rows), rows)
+        left, floor = wanted.square().mean(1), _FLOOR * size.to(wanted)
         if expected is not None:
-            share = (expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)).sqrt()
-            share = torch.where(share < 1 / DIVERGED, 0.0, share.clamp_max(1.0))
-            wanted *= share[:, None]
-        floor = _FLOOR * size.to(wanted)
-        weight = (wanted.square().mean(1) + floor) ** -0.5 / wanted.shape[1]
+            share = (expected.to(wanted) / left.clamp_min(1e-30)).sqrt()
+            left = left.minimum(expected.to(wanted))
+            wanted *= torch.where(share < 1 / DIVERGED, 0.0, share.clamp_max(1.0))[:, None]
+        weight = (left + floor) ** -0.5 / wanted.shape[1]
         matrices = (rows @ rows.mT * weight[:, None, None]).cpu()
         vectors = (rows @ wanted[:, :, None] * weight[:, None, None])[:, :, 0].cpu()
         self.matrices |= dict(zip(prompts, matrices.unbind(), strict=True))

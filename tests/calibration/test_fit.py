@@ -57,6 +57,9 @@ def test_a_clip_off_its_path_counts_as_an_expected_one_and_a_diverged_one_does_n
         moments.add([0], *given, expected)
         found.append(float(moments.correction(WEAKEST)))
     assert found == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.0, 0.0], abs=1e-3)
+    # Beside another one, it counts as a clip with the expected error: (1 + 0) / (1 + 1).
+    moments.add([1], torch.ones(1, 1, 4), torch.full((1, 4), 1.0), torch.ones(1), expected)
+    assert float(moments.correction(WEAKEST)) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_worked_example():
