@@ -49,6 +49,7 @@ class RidgeMoments:
         self.vectors: dict[int, torch.Tensor] = {}  # features times the error after the centre
         self.squares: dict[int, float] = {}  # squared norm of that error
         self.weights: dict[int, float] = {}  # each prompt's weight, included in the other three
+        self.diverged: dict[int, bool] = {}  # whether the error was over `DIVERGED` times too large
 
     def add(
         self, prompts: Sequence[int], features: torch.Tensor, residual: torch.Tensor,
@@ -58,7 +59,8 @@ class RidgeMoments:
 
         If an accelerated run has drifted far from the uncached one, its residual says little about
         the weights. So if the centre leaves a larger error than expected, it is scaled down to the
-        expected one (Huber, 1964). Beyond `DIVERGED` times that, the prompt asks for no change.
+        expected one (Huber, 1964). If it is over `DIVERGED` times as large, the prompt asks for no
+        change, as long as there are too few prompts for cross-validation.
 
         Args:
             prompts: P numbers that identify the prompts.
@@ -69,12 +71,12 @@ class RidgeMoments:
         """
         rows = features.double().transpose(0, 1)
         wanted = residual.double() - torch.einsum("f,pfn->pn", self.centre.to(rows), rows)
-        left, floor = wanted.square().mean(1), _FLOOR * size.to(wanted)
+        share = torch.ones_like(wanted[:, 0])
         if expected is not None:
-            share = (expected.to(wanted) / left.clamp_min(1e-30)).sqrt()
-            left = left.minimum(expected.to(wanted))
-            wanted *= torch.where(share < 1 / DIVERGED, 0.0, share.clamp_max(1.0))[:, None]
-        weight = (left + floor) ** -0.5 / wanted.shape[1]
+            share = (expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)).sqrt()
+            wanted *= share.clamp_max(1.0)[:, None]
+        floor = _FLOOR * size.to(wanted)
+        weight = (wanted.square().mean(1) + floor) ** -0.5 / wanted.shape[1]
         matrices = (rows @ rows.mT * weight[:, None, None]).cpu()
         vectors = (rows @ wanted[:, :, None] * weight[:, None, None])[:, :, 0].cpu()
         self.matrices |= dict(zip(prompts, matrices.unbind(), strict=True))
@@ -82,6 +84,7 @@ class RidgeMoments:
         squares = (wanted.square().sum(1) * weight).tolist()
         self.squares |= dict(zip(prompts, squares, strict=True))
         self.weights |= dict(zip(prompts, weight.tolist(), strict=True))
+        self.diverged |= dict(zip(prompts, (share < 1 / DIVERGED).tolist(), strict=True))
 
     def gains(self) -> torch.Tensor:
         """The change of the held-out squared error from the centre to the fit, at every strength.
@@ -131,11 +134,16 @@ class RidgeMoments:
         return float(change @ matrix @ change) / self.weights[prompt]
 
     def _known(self, without: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The moments `(K, F, F)` and `(K, F)` of all prompts but one."""
+        """The moments `(K, F, F)` and `(K, F)` of all prompts but one.
+
+        Among few prompts, a diverged one asks for no change.
+        """
         known = [prompt for prompt in self.matrices if prompt != without]
         count = len(self.centre)
         matrices = [torch.zeros(0, count, count), *(self.matrices[q][None] for q in known)]
-        vectors = [torch.zeros(0, count), *(self.vectors[q][None] for q in known)]
+        few = len(self.matrices) < MIN_CLIPS
+        wanted = [self.vectors[q] * (not (few and self.diverged[q])) for q in known]
+        vectors = [torch.zeros(0, count), *(each[None] for each in wanted)]
         return torch.cat(matrices).double(), torch.cat(vectors).double()
 
 

@@ -146,8 +146,6 @@ def window_gain_db(window: RidgeMoments) -> float:
     total, wanted = matrices.sum(0), vectors.sum(0)
     own = _left(window, matrices, vectors, _fitted(total, wanted).expand_as(vectors))
     new = _left(window, matrices, vectors, _fitted(total - matrices, wanted - vectors))
-    if own == 0:  # every run has diverged, and none asks for a change
-        return 0.0
     excess = max(new / own - 1, 0.0) / (1 / (number - 1) + new / own / number)
     return 10 * math.log10((1 + excess / number) / (1 + excess / (number + 1)))
 

@@ -58,8 +58,12 @@ def test_a_clip_off_its_path_counts_as_an_expected_one_and_a_diverged_one_does_n
         found.append(float(moments.correction(WEAKEST)))
     assert found == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.0, 0.0], abs=1e-3)
     # Beside another one, it counts as a clip with the expected error: (1 + 0) / (1 + 1).
-    moments.add([1], torch.ones(1, 1, 4), torch.full((1, 4), 1.0), torch.ones(1), expected)
+    one = torch.ones(1, 1, 4), torch.full((1, 4), 1.0), torch.ones(1), expected
+    moments.add([1], *one)
     assert float(moments.correction(WEAKEST)) == pytest.approx(0.5, abs=1e-3)
+    # With a third one, cross-validation decides how far all are followed.
+    moments.add([2], *one)
+    assert float(moments.correction(WEAKEST)) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_worked_example():
