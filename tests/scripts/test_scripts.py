@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("*/*.py"))
-COMMANDS = [path for path in SCRIPTS if "argparse" in path.read_text(encoding="utf-8")]
+COMMANDS = [path for path in SCRIPTS if "ArgumentParser(" in path.read_text(encoding="utf-8")]
 
 
 def ids(path: Path) -> str:
