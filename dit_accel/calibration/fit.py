@@ -49,7 +49,7 @@ class RidgeMoments:
         self.vectors: dict[int, torch.Tensor] = {}  # features times the error after the centre
         self.squares: dict[int, float] = {}  # squared norm of that error
         self.weights: dict[int, float] = {}  # each prompt's weight, included in the other three
-        self.diverged: dict[int, bool] = {}  # whether the error was over `DIVERGED` times too large
+        self.diverged: dict[int, bool] = {}  # the error was over `DIVERGED` times the expected
 
     def add(
         self, prompts: Sequence[int], features: torch.Tensor, residual: torch.Tensor,

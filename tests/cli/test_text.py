@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_closed_streams_lose_what_is_printed_and_nothing_else(
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(dit_accel.cli.app, "app", lambda prog_name: print_json({"prompt": "é"}))
     dit_accel.cli.main()
+    assert sys.stdout.name == sys.stderr.name == os.devnull
 
 
 def test_a_help_that_cannot_be_written_is_one_message(

@@ -100,8 +100,8 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """The setting as it is written on the command line. Other numbers have other labels, as
-        jobs are told apart by them."""
+        """The setting as it is written on the command line. Other numbers have other labels, as a
+        job is identified by its label."""
         if self.number is None:
             return self.method
         short = f"{self.number:g}"
